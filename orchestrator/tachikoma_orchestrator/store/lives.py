@@ -80,8 +80,8 @@ class Lives:
         self._token = ""
         #: Highest number of a life that this orchestrator or an agent remembers.
         self._highest = 0
-        #: Numbers of the lives in records that agents have sent, by record.
-        self._numbers: dict[str, int] = {}
+        #: Number and replication id of the lives in records that agents have sent, by record.
+        self._numbers: dict[str, tuple[int, str]] = {}
         self._remembering: list[Remembering] = []
         #: An event that Redis has lost: its number, and its time in milliseconds; None for none. It is remembered until
         #: a life that knows of the loss is recorded: what is written again meanwhile makes later events known.
@@ -135,13 +135,17 @@ class Lives:
             return 0
         if token == self._token:
             return self.number
-        number = self._numbers.get(token)
-        if number is None:
+        found = self._numbers.get(token)
+        if found is None:
             record = self._verify(token)
-            number = 0 if record is None else record.number
+            found = (0, "") if record is None else (record.number, record.replid)
             if len(self._numbers) >= MAX_TOKENS:
                 self._numbers.clear()
-            self._numbers[token] = number
+            self._numbers[token] = found
+        number, replid = found
+        if self._current is not None and number == self.number and replid != self._current.replid:
+            # Redis forgot that life before this orchestrator heard of it, so the number was given again.
+            return number - 1
         if number > self._highest:
             log.warning("life.forgotten", number=number, current=self.number)
             self._highest = number

@@ -139,7 +139,8 @@ class Lives:
     async def _adopt(self, token: str, record: LifeRecord) -> None:
         """Use a life, after the agent's reports were restored in it. Raises JournalError, redis errors."""
         await self._journal.remember_life(token)
-        if record.number > self.number:
+        # Two lives have the same number if Redis forgot the first one before the second orchestrator heard of it.
+        if self._record is None or (record.number, record.replid) != (self.number, self._record.replid):
             if self._restore is not None:
                 await self._restore()
             log.info("life.began", number=record.number, valid_from=record.valid_from)

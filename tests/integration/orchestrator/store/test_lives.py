@@ -255,6 +255,23 @@ async def test_a_life_that_only_an_agent_remembers_was_lost(stand: Stand, redis:
     assert stand.life == (8, 8)
 
 
+async def test_another_life_with_the_number_of_this_one_is_an_earlier_one(stand: Stand) -> None:
+    """An agent that has reported in that life has not reported in this one."""
+    svid = stand.lives._identity.current()
+    current = stand.lives._current
+    assert current is not None
+    values = {"iss": ORCHESTRATOR, "iat": int(time.time()) - 5, "number": current.number}
+    same, other = (
+        sign(svid, LifeRecord.model_validate(values | {"valid_from": 0, "replid": replid}))
+        for replid in (current.replid, "ab")
+    )
+    for _ in range(2):
+        assert stand.lives.number_of(other) == current.number - 1
+        assert stand.lives.number_of(same) == current.number
+    await stand.lives.look()
+    assert stand.life == (current.number, 0)
+
+
 async def test_a_record_that_no_orchestrator_signed_counts_for_nothing(stand: Stand, redis: Redis) -> None:
     forger = Authority().svid(ORCHESTRATOR)
     info = await redis.info("replication")

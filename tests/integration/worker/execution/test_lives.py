@@ -158,6 +158,29 @@ async def test_a_life_in_which_lost_output_cannot_be_sent_is_not_used(agent: Loc
     assert (agent.context.lives.number, tries) == (1, [0, 0])
 
 
+async def test_another_life_with_the_same_number_is_a_new_one(agent: LocalAgent) -> None:
+    """Redis was killed and went back within a second of the first one, which only one orchestrator had seen."""
+    restored: list[str] = []
+
+    async def restore() -> None:
+        restored.append(await agent.replid())
+
+    agent.context.lives.on_new_life(restore)
+    await agent.record_life(2)
+    await agent.context.redis.get("anything")
+    # The same life, signed again.
+    await agent.context.lives.learn(agent.life(2, 0, await agent.replid()))
+    assert restored == [await agent.replid()]
+    await agent.redis.execute_command("REPLICAOF", "127.0.0.1", "1")
+    await agent.redis.execute_command("REPLICAOF", "NO", "ONE")
+    token = await agent.record_life(2, valid_from=2)
+    await agent.context.redis.connection_pool.disconnect()  # type: ignore[attr-defined]
+    await agent.context.redis.get("anything")
+    assert restored[1:] == [await agent.replid()]
+    assert (agent.context.lives.number, agent.context.lives.valid_from) == (2, 2)
+    assert agent.context.lives.token == token
+
+
 async def test_the_highest_life_outlives_the_worker(agent: LocalAgent) -> None:
     token = await agent.record_life(4, valid_from=3)
     await agent.context.redis.get("anything")
