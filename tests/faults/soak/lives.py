@@ -64,7 +64,9 @@ def go_back(scene: Scene) -> None:
         scene.forgot = True
         scene.note("went back", "redis, noticed" if noticed else "redis")
         if noticed:
-            for name in (*scene.world.orchestrators, *scene.world.agent_ids):
+            # An agent whose clock is far behind takes the record of the life for one from the future.
+            clocks = [f"clock of {agent}" for agent in scene.world.agent_ids]
+            for name in (*scene.world.orchestrators, *scene.world.agent_ids, *clocks):
                 if name in scene.undo:
                     scene.undo.pop(name)()
             wait_until(lambda: _is_noticed(scene), "every agent has written its reports again")
