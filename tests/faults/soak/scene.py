@@ -142,9 +142,13 @@ class Scene:
         self._observer.check_now(jobs, forgot=self.forgot)
 
     def restart_ended(self) -> None:
-        """Start what has ended by itself: a worker whose spawner is gone, or one that another clock made useless."""
-        for agent, part in self.world.agents.items():
-            if agent not in self.undo and not part.alive:
+        """Start what has ended by itself.
+
+        A worker whose spawner is gone, or one that another clock made useless; an orchestrator that looked for its
+        password while an older state of Redis, passwords included, took the place of the newer one.
+        """
+        for name, part in {**self.world.agents, **self.world.orchestrators}.items():
+            if name not in self.undo and not part.alive:
                 part.start()
 
     # --- alone --------------------------------------------------------------------------------------------------------
