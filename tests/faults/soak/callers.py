@@ -132,6 +132,9 @@ class Callers(threading.Thread):
         try:
             response = await self._answer(plan)
         except _LOST as error:
+            if isinstance(error, ResultUnknown) and plan.job.id in self.doubtful:
+                # The whole of it was in those two seconds.
+                self.hurt.add(plan.job.id)
             if plan.job.id not in self.hurt:
                 raise
             plan.answer = type(error).__name__
