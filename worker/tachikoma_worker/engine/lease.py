@@ -111,8 +111,12 @@ class Lease:
         """Release the lease, so that the agent counts as offline at once. Bounded, and safe to repeat."""
         if self._loop is None or self._holding is None or self._thread is None:
             return
-        # Both: Python 3.11 may lose the cancellation (gh-86296), and the flag interrupts no command to Redis.
+        # A heartbeat that is under way is completed: one that Redis gets after the release would be a lease again.
         self._stopped = True
+        with suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(self._requested.set)
+        self._thread.join(RELEASE_SECONDS)
+        # Redis does not answer.
         with suppress(RuntimeError):
             self._loop.call_soon_threadsafe(self._holding.cancel)
         self._thread.join(2 * RELEASE_SECONDS)
