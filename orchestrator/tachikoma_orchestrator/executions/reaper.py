@@ -347,9 +347,15 @@ class Reaper:
             return False
         if not agent.online:
             return not self._silence.lost(record.agent, "", agent)
-        # A worker of version 0.2.0 writes nothing again.
-        writes_again = bool(agent.heartbeat.life or agent.heartbeat.queues)
-        return writes_again and self._lives.number_of(agent.heartbeat.life) < self._lives.number
+        return _writes_again(agent) and not self._has_written_again(agent)
+
+    def _has_written_again(self, agent: AgentState) -> bool:
+        """Return True if an agent has written its claims again in the current life of Redis.
+
+        A life without a known loss may lack the claims that were written to an earlier one.
+        """
+        assert self._lives is not None
+        return self._lives.number_of(agent.heartbeat.life) >= self._lives.number
 
     def _is_void(self, record: Record, now_ms: int) -> bool:
         """Return True if an execution was queued before Redis lost data, so that no agent starts it."""
@@ -367,14 +373,11 @@ class Reaper:
         Its agent may have claimed it in the part that Redis lost. It writes its claims again, and says so in its
         heartbeat. Without that, the execution waits for the lease of the agent.
         """
-        assert self._lives is not None
-        # In the current life: a later one without a known loss may lack the claims that were written to an earlier one.
-        if agent is not None and agent.online and self._lives.number_of(agent.heartbeat.life) >= self._lives.number:
+        if agent is not None and agent.online and self._has_written_again(agent):
             return await self._expire(record, "not started: Redis went back to an older state while it was queued")
         if silent := self._silence.lost(record.agent, "", agent):
             return await self._lose(record, f"{silent}, and Redis lost whether it was started")
-        if agent is not None and agent.online and not agent.heartbeat.life and not agent.heartbeat.queues:
-            # A worker of version 0.2.0, which writes nothing again. Another one has just started.
+        if agent is not None and agent.online and not _writes_again(agent):
             return now_ms >= record.deadline_ms and await self._expire(record, "not started before its queue timeout")
         reason = _overdue(record, now_ms)
         return bool(reason) and await self._lose(record, f"{reason}, and Redis lost whether it was started")
@@ -403,6 +406,11 @@ class Reaper:
         )
         log.warning("execution.lost", id=record.exec_id, agent=record.agent, reason=reason)
         return outcome is TransitionOutcome.DONE
+
+
+def _writes_again(agent: AgentState) -> bool:
+    """Return False for a worker of version 0.2.0, which writes nothing again. Another one may have just started."""
+    return bool(agent.heartbeat.life or agent.heartbeat.queues)
 
 
 def _overdue(record: Record, now_ms: int) -> str:

@@ -42,19 +42,21 @@ async def restored_screen(
     drawing = _Drawing(sizes)
     #: Output after a gap, until the modes at the gap are known; None where they are.
     unplaced: list[ExecOutput] | None = None
+    unplaced_bytes = 0
     async for output in follower.replay():
         if output.kind is OutputKind.GAP:
             drawing.follow(unplaced or ())
             drawing.screen.skip()
-            unplaced = []
+            unplaced, unplaced_bytes = [], 0
             continue
         if unplaced is None:
             drawing.follow([output])
             continue
         # The first checkpoint has the modes at the gap too, but for changes in the output between the two.
         unplaced.append(output)
+        unplaced_bytes += len(output.data)
         modes = follower.modes[1] if follower.modes is not None and follower.modes[0] == output.seq else b""
-        if modes or sum(len(waiting.data) for waiting in unplaced) > UNPLACED_BYTES:
+        if modes or unplaced_bytes > UNPLACED_BYTES:
             drawing.screen.feed(modes[:MAX_CHECKPOINT])
             drawing.screen.skip()
             drawing.follow(unplaced)

@@ -18,7 +18,7 @@ import grpc.aio
 
 from tachikoma.client.diagnosis import Trouble, diagnose
 from tachikoma.client.profile import Profile
-from tachikoma.client.rpc_errors import STATUS_DETAILS, error_from_rpc
+from tachikoma.client.rpc_errors import error_from_rpc, is_answer
 from tachikoma.client.traced_channel import traced
 from tachikoma.config.channels import KEEPALIVE_OPTIONS, MAX_MESSAGE_BYTES, proxy_hint, proxy_options, target_of
 from tachikoma.config.logs import get_logger
@@ -236,8 +236,7 @@ class Connection:
         """Convert the failure of a call into the error that the server raised, or that describes the connection."""
         trailing = [(str(key), value) for key, value in error.trailing_metadata() or ()]
         translated = error_from_rpc(error.code(), error.details() or "", trailing)
-        answered = any(key == STATUS_DETAILS for key, _ in trailing)
-        if answered or type(translated) is not Unavailable:
+        if is_answer(error) or type(translated) is not Unavailable:
             return translated
         address = self._profile.address
         if self._trouble is not None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, TypeVar
 import grpc
 import grpc.aio
 
-from tachikoma.client.rpc_errors import STATUS_DETAILS
+from tachikoma.client.rpc_errors import is_answer
 from tachikoma.config.logs import get_logger
 from tachikoma.config.retry import Backoff
 from tachikoma.errors import NotFound, ResourceExhausted, ServerError, TachikomaError, Unavailable
@@ -153,8 +153,7 @@ class Attempts:
 
     def _is_broken(self, error: grpc.aio.AioRpcError) -> bool:
         """Return whether a connection broke, so that the server itself gave no answer."""
-        answered = any(key == STATUS_DETAILS for key, _ in error.trailing_metadata() or ())
-        return self._reached and not answered and error.code() in BROKEN
+        return self._reached and not is_answer(error) and error.code() in BROKEN
 
     async def _wait_for_connection(self) -> bool:
         """Wait for the next delay; return False if the time to resume is over."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from contextlib import suppress
 from datetime import timedelta
+from typing import TYPE_CHECKING
 
 import grpc
 from google.protobuf.message import DecodeError
@@ -13,7 +14,10 @@ from google.rpc.status_pb2 import Status
 
 from tachikoma.errors import InvalidRequest, ServerError, TachikomaError, Unauthenticated, Unavailable, by_reason
 
-__all__ = ["ERROR_DOMAIN", "STATUS_DETAILS", "error_from_rpc", "error_to_details"]
+if TYPE_CHECKING:
+    import grpc.aio
+
+__all__ = ["ERROR_DOMAIN", "STATUS_DETAILS", "error_from_rpc", "error_to_details", "is_answer"]
 
 #: The domain of `google.rpc.ErrorInfo`.
 ERROR_DOMAIN = "tachikoma.exec.v1"
@@ -39,6 +43,11 @@ def error_to_details(error: TachikomaError) -> bytes:
         retry.retry_delay.FromTimedelta(timedelta(seconds=error.retry_after_seconds))
         status.details.add().Pack(retry)
     return bytes(status.SerializeToString())
+
+
+def is_answer(error: grpc.aio.AioRpcError) -> bool:
+    """Return True if the server itself answered a call with this error; False if gRPC made it, or something between."""
+    return any(key == STATUS_DETAILS for key, _ in error.trailing_metadata() or ())
 
 
 def error_from_rpc(code: grpc.StatusCode, message: str, trailing: Iterable[tuple[str, str | bytes]]) -> TachikomaError:

@@ -12,7 +12,7 @@ import os
 import struct
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, TypeAlias
@@ -175,7 +175,14 @@ class SentOutput:
         """
         sent = 0
         with ExitStack() as files:
-            found = await asyncio.to_thread(_missing_chunks, missing, files)
+            opened = []
+            for one in missing:
+                # A file that is not there went through memory, or was removed meanwhile.
+                with suppress(OSError):
+                    descriptor = os.open(one.path, os.O_RDONLY | os.O_CLOEXEC)
+                    files.callback(os.close, descriptor)
+                    opened.append((one, descriptor))
+            found = await asyncio.to_thread(_missing_chunks, opened)
             for group in _groups(found):
                 sent += len(group) - await self._send(redis, group)
             async with redis.pipeline(transaction=False) as pipe:
@@ -195,32 +202,21 @@ class SentOutput:
                 pipe.xadd(key, {FIELD: raw}, id=entry_id(chunk.seq))
                 pipe.publish(key, raw)
             answers = await pipe.execute(raise_on_error=False)
-        refused = {}
+        refused = []
         for (exec_id, _, _), answer in zip(group, answers[::2], strict=True):
-            if isinstance(answer, Exception):
-                if not isinstance(answer, ResponseError):
-                    raise answer
-                refused[exec_id] = answer
-        for exec_id, error in refused.items():
+            if isinstance(answer, ResponseError):
+                refused.append((exec_id, answer))
+            elif isinstance(answer, Exception):
+                raise answer
+        for exec_id, error in dict(refused).items():
             log.warning("output.not_sent_again", id=exec_id, error=str(error)[:300])
-        return sum(isinstance(answer, Exception) for answer in answers[::2])
+        return len(refused)
 
 
-def _missing_chunks(missing: list[_Missing], files: ExitStack) -> list[tuple[str, int, list[StoredChunk]]]:
-    """Return the missing chunks of each execution whose spool exists, with its open file. Blocks.
-
-    Args:
-        missing: the executions.
-        files: closes the files.
-    """
+def _missing_chunks(opened: list[tuple[_Missing, int]]) -> list[tuple[str, int, list[StoredChunk]]]:
+    """Return the missing chunks of each execution, with the open file of its spool. Blocks."""
     found = []
-    for exec_id, path, stored, last in missing:
-        try:
-            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        except OSError:
-            # It went through memory, or it was removed meanwhile.
-            continue
-        files.callback(os.close, descriptor)
+    for (exec_id, _, stored, last), descriptor in opened:
         try:
             facts, chunks = stored_chunks(descriptor, last)
         except (OSError, ValueError, struct.error) as error:

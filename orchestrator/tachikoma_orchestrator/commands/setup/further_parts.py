@@ -76,8 +76,11 @@ class FurtherParts:
             orchestrator: the environment file of the orchestrator, which the submitter reads too.
         """
         for part in self.choices.parts:
-            name, file = self.unit(part), "orchestrator" if part is Part.SUBMITTER else str(part)
-            environment = orchestrator if part is Part.SUBMITTER else self._environment(part)
+            if part is Part.SUBMITTER:
+                file, environment = "orchestrator", orchestrator
+            else:
+                file, environment = str(part), self._environment(part)
+            name = self.unit(part)
             local = self.layout.settings / f"{file}.local.env"
             yield Unit(name, (self.layout.unit(name).content, environment, local))
 
