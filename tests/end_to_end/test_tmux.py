@@ -39,6 +39,8 @@ class Terminal:
         environment = {
             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "HOME": str(folder), "LANG": "C.UTF-8",
             "TERM": "xterm-256color", "TACHIKOMA_PROFILE": str(profile), "PS1": r"[\#]> ",
+            # It would write its history when tmux has ended, while the folder is removed.
+            "HISTFILE": "",
         }  # fmt: skip
         words = [f"{name}={value}" for name, value in environment.items()]
         self._call(
